@@ -30,7 +30,7 @@ from lensprune.engine.base import (
 from lensprune.engine.decoding import Checkpoint, GroupDecoder, request_chunks
 from lensprune.engine.fork import fork_variants
 from lensprune.engine.hooked import HookedExecutor
-from lensprune.engine.layer_graphs import check_graphs
+from lensprune.engine.layer_graphs import LayerGraphs, check_graphs
 from lensprune.engine.limits import DecodeLimits
 from lensprune.engine.marks import Marks, marked
 from lensprune.engine.memory import UNEMBED_ROWS
@@ -92,12 +92,12 @@ class ForkedExecutor:
         if graphs:
             check_graphs(model)
             self.name = "forked-graphs"
-        self._by_graphs = graphs
         self.model = model
         self.limits = DecodeLimits(max_rows, max_kv_bytes, max_tokens)
         self._hooked = HookedExecutor(model, min(max_tokens, 2048))
         self._rope_buckets = LongRopeBuckets(model)
         self._stack = checked_stack(model)
+        self._graphs = LayerGraphs(self._stack, torch.device(model.facts.device)) if graphs else None
 
     def run(
         self,
@@ -195,6 +195,8 @@ class ForkedExecutor:
             else:
                 yield from _complete(waiting, requests)
                 if not waiting:
+                    if self._graphs is not None:
+                        self._graphs.release()
                     return
                 missing = {i: r for i, r in requests.items() if any(done.lacks([i]) for _, done in waiting)}
                 chunks = request_chunks(missing, [v for v, _ in waiting], self.model.facts, self.limits)
@@ -213,7 +215,7 @@ class ForkedExecutor:
                 marks,
                 self.limits,
                 answered,
-                by_graphs=self._by_graphs,
+                graphs=self._graphs,
             )
             facts = {"requests": indices, "beside": beside}
             given = {"checkpoint": checkpoint, "saved": saved, "about": facts}
@@ -277,6 +279,8 @@ class ForkedExecutor:
                 raise
         # Outside the handler, where the failed call's tensors are still alive.
         self.limits = self.limits.halved()
+        if self._graphs is not None:
+            self._graphs.release()
         release_cached()
         tokens, rows, size_kv = self.limits.tokens, self.limits.rows, self.limits.kv_bytes
         logger.warning(

@@ -10,11 +10,11 @@ for nobody. It is used once it has given the layer's own numbers.
 from __future__ import annotations
 
 import logging
+import warnings
 from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
-from functools import cache
 from typing import Any
 
 import torch
@@ -24,7 +24,7 @@ from lensprune.engine.attention import AttentionPlan, AttentionSettings
 from lensprune.engine.edits import LayerEdits
 from lensprune.engine.kernels import is_recent_gpu
 from lensprune.engine.layers import FlatBatch, LayerStack
-from lensprune.engine.out_of_memory import out_of_memory
+from lensprune.engine.out_of_memory import out_of_memory, release_cached
 from lensprune.errors import LensPruneError, UserError, first_line
 from lensprune.models.base import HookedModel
 
@@ -57,6 +57,10 @@ class NotCapturable(LensPruneError):
     """A layer that can't be replayed as graphs."""
 
 
+class WaitsForHost(NotCapturable):
+    """A layer that reads something back from the GPU."""
+
+
 def graph_size(n_tokens: int) -> int:
     """Tokens of the graph that a call of so many takes: at most a quarter more, or 63."""
     step = max(LEAST_STEP, 2 ** (n_tokens.bit_length() - 3))
@@ -78,7 +82,8 @@ def check_graphs(model: HookedModel) -> None:
 
 
 class LayerGraphs:
-    """Runs a stack's layers, by graphs where it can."""
+    """Runs a stack's layers, by graphs where it can. Weights may change in place meanwhile, but must stay where they
+    are."""
 
     def __init__(self, stack: LayerStack, device: torch.device) -> None:
         self._stack, self._device = stack, device
@@ -87,8 +92,14 @@ class LayerGraphs:
         self._sizes: dict[int, _Size] = {}
         self._takes_z: dict[int, bool] = {}
         self._pool: Any = None
+        self._stream: Any = None
         self.failed = ""
         """Why no graphs are used any more."""
+
+    def release(self) -> None:
+        """Give back the memory of all graphs; they are captured anew when they are needed."""
+        self._calls.clear()
+        self._sizes.clear()
 
     def run_layer(
         self,
@@ -104,7 +115,7 @@ class LayerGraphs:
             call, size = _Call.of(hidden, batch, layer, plan, edits), graph_size(hidden.shape[1])
             self._calls[layer, size] += 1
             may_replay = self._calls[layer, size] > CALLS_BEFORE and self._may_replay(layer, call)
-            if may_replay and (of_size := self._of_size(size)) is not None:
+            if may_replay and not self.failed and (of_size := self._of_size(size)) is not None:
                 if layer not in of_size.graphs:
                     return self._captured(layer, of_size, call)
                 if of_size.graphs[layer].constants == call.constants:
@@ -126,12 +137,21 @@ class LayerGraphs:
 
     def _may_replay(self, layer: int, call: _Call) -> bool:
         if layer not in self._takes_z:
-            self._takes_z[layer] = self._projects_z(layer, call)
+            try:
+                self._takes_z[layer] = self._projects_z(layer, call)
+            except WaitsForHost as error:
+                self._give_up(layer, error)
+                return False
         fixed = not any(isinstance(value, torch.Tensor) for value in call.constants)
         return fixed and (self._takes_z[layer] or not call.edits_heads)
 
     def _projects_z(self, layer: int, call: _Call) -> bool:
-        """Whether attention's result itself enters the output projection, without a gate or norm in between."""
+        """Whether attention's result itself enters the output projection, without a gate or norm in between.
+
+        Raises:
+            WaitsForHost: the layer reads something back. Until torch 2.12, a capture that fails leaves the allocator
+                unusable, so it is better not begun.
+        """
         z: list[torch.Tensor] = []
         projected: list[torch.Tensor] = []
 
@@ -144,9 +164,19 @@ class LayerGraphs:
             projected.append(args[0])
 
         hook = self._stack.projections[layer].register_forward_pre_hook(look)
+        mode = torch.cuda.get_sync_debug_mode()
+        with warnings.catch_warnings():
+            # That it is a prototype.
+            warnings.simplefilter("ignore")
+            torch.cuda.set_sync_debug_mode("error")
         try:
             self._stack.run_layer(layer, call.hidden, call.batch, Recorder())
+        except RuntimeError as error:
+            if out_of_memory(error):
+                raise
+            raise WaitsForHost(first_line(error)) from error
         finally:
+            torch.cuda.set_sync_debug_mode(mode)
             hook.remove()
         if len(z) != 1 or len(projected) != 1:
             return False
@@ -160,12 +190,14 @@ class LayerGraphs:
         try:
             of_size.graphs[layer] = self._capture(layer, of_size, padded, watched, own)
         except Exception as error:
-            if out_of_memory(error):
-                raise
-            self.failed = first_line(error) or type(error).__name__
-            logger.warning(f"decode steps run without CUDA graphs: layer {layer} can't be captured ({self.failed})")
-            self._sizes = {}
+            self._give_up(layer, error)
         return own[:, : call.n_tokens]
+
+    def _give_up(self, layer: int, error: Exception) -> None:
+        # The layer itself had room; fewer rows would not help where graphs have none.
+        self.failed = "memory ran out" if out_of_memory(error) else first_line(error) or type(error).__name__
+        logger.warning(f"decode steps run without CUDA graphs: layer {layer} can't be captured ({self.failed})")
+        self.release()
 
     def _capture(self, layer: int, of_size: _Size, padded: _Call, watched: _Watched, own: torch.Tensor) -> _LayerGraph:
         if watched.calls != 1:
@@ -174,10 +206,17 @@ class LayerGraphs:
         z = of_size.buffer("z", watched.z)
         # The layer after this one reads this one's result.
         out = of_size.buffer(f"out {layer % 2}", own)
-        if self._pool is None:
+        if not any(own.graphs for own in self._sizes.values()):
+            # A pool ends with its last graph.
             self._pool = torch.cuda.graph_pool_handle()
-        seam = _Seam(self._pool, qkv, z)
-        current, stream = torch.cuda.current_stream(self._device), _stream(self._device)
+        if not of_size.graphs:
+            # Captures can't take what is cached.
+            release_cached()
+        if self._stream is None:
+            # One for all: libraries keep memory for each stream.
+            self._stream = torch.cuda.Stream(self._device)
+        seam, stream = _Seam(self._pool, qkv, z), self._stream
+        current = torch.cuda.current_stream(self._device)
         stream.wait_stream(current)
         with torch.cuda.stream(stream), seam:
             out.copy_(self._stack.run_layer(layer, padded.hidden, padded.batch, seam))
@@ -190,12 +229,6 @@ class LayerGraphs:
             if not torch.allclose(mine, right, rtol=0.0, atol=TOLERANCE[right.dtype] * most, equal_nan=True):
                 raise NotCapturable(f"its graph gives another {what}")
         return graph
-
-
-@cache
-def _stream(device: torch.device) -> torch.cuda.Stream:
-    """For captures, which can't be made on the usual one. Libraries keep memory for each stream."""
-    return torch.cuda.Stream(device)
 
 
 @dataclass

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-__all__ = ["PretendGraph", "at_work", "capturing", "computed", "install", "recorded"]
+__all__ = ["PretendGraph", "at_work", "capturing", "computed", "install", "may_not_wait", "recorded", "waited"]
 
 Work = Callable[[], Sequence[Any]]
 
@@ -60,6 +60,21 @@ class PretendGraph:
 
 def capturing() -> bool:
     return PretendGraph.capturing is not None
+
+
+_sync_debug_mode = ["default"]
+
+
+def may_not_wait() -> bool:
+    return capturing() or _sync_debug_mode[0] == "error"
+
+
+def waited(cause: str) -> None:
+    """Refuse that the host waits, where it may not."""
+    if capturing():
+        raise RuntimeError(f"CUDA error: {cause}: operation not permitted when stream is capturing")
+    if _sync_debug_mode[0] == "error":
+        raise RuntimeError(f"called a synchronizing CUDA operation ({cause})")
 
 
 def at_work() -> bool:
@@ -121,6 +136,8 @@ def install(count: Callable[[str], None]) -> None:
         "stream": _entered,
         "current_stream": lambda device=None: PretendStream.current,
         "graph_pool_handle": lambda: (0, 1),
+        "get_sync_debug_mode": lambda: _sync_debug_mode[0],
+        "set_sync_debug_mode": lambda mode: _sync_debug_mode.__setitem__(0, mode),
     }
     for name, stand_in in names.items():
         setattr(torch.cuda, name, stand_in)

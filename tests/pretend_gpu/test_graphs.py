@@ -27,7 +27,7 @@ from lensprune.ablation import (
     each_head,
     each_layer,
 )
-from lensprune.engine import ForkedExecutor, HookedExecutor, VariantResponses
+from lensprune.engine import ForkedExecutor, HookedExecutor, VariantResponses, norms
 from lensprune.engine import layer_graphs as graphs_module
 from lensprune.models import as_hooked_model, load_model
 from lensprune.models.base import HookedModel
@@ -202,11 +202,12 @@ def test_faults_change_texts(fault: Callable[[pytest.MonkeyPatch], None], monkey
 
 
 def waits(monkeypatch: pytest.MonkeyPatch, own: HookedModel) -> str:
-    """A layer reads a number back, which a capture forbids."""
+    """A layer reads a number back, so that a capture would fail, and none is begun."""
     mlp = type(_layers(own)[1].mlp)
     forward = mlp.forward
     monkeypatch.setattr(mlp, "forward", lambda self, x: forward(self, x) * float(x.abs().max() > -1))
-    return "not permitted when stream is capturing"
+    monkeypatch.setattr(PretendGraph, "capture_begin", lambda *args, **options: pytest.fail("a capture"))
+    return "called a synchronizing CUDA operation"
 
 
 def other_numbers(monkeypatch: pytest.MonkeyPatch, own: HookedModel) -> str:
@@ -230,12 +231,20 @@ def no_graphs(monkeypatch: pytest.MonkeyPatch, own: HookedModel) -> str:
     return "no graphs today"
 
 
+def no_memory(monkeypatch: pytest.MonkeyPatch, own: HookedModel) -> str:
+    def capture_begin(graph: PretendGraph, **options: Any) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+
+    monkeypatch.setattr(PretendGraph, "capture_begin", capture_begin)
+    return "memory ran out"
+
+
 def _layers(own: HookedModel) -> Any:
     raw: Any = own
     return raw.raw_model.model.layers
 
 
-@pytest.mark.parametrize("fault", [waits, other_numbers, no_graphs])
+@pytest.mark.parametrize("fault", [waits, other_numbers, no_graphs, no_memory])
 def test_what_cannot_be_captured_runs_without_graphs(
     fault: Callable[[pytest.MonkeyPatch, HookedModel], str],
     monkeypatch: pytest.MonkeyPatch,
@@ -245,8 +254,11 @@ def test_what_cannot_be_captured_runs_without_graphs(
     variants = simple(own)
     right = texts(list(ForkedExecutor(own).run(asked(own), variants)))
     why = fault(monkeypatch, own)
+    executor = ForkedExecutor(own, graphs=True)
     with caplog.at_level(logging.WARNING, logger="lensprune"):
-        assert texts(by_graphs(own, variants)) == right
+        for _ in range(2):
+            assert texts(list(executor.run(asked(own), variants))) == right
+    # Once, however many groups of requests are decoded one after another.
     [record] = caplog.records
     assert "decode steps run without CUDA graphs: layer" in record.message
     assert why in record.message
@@ -254,20 +266,43 @@ def test_what_cannot_be_captured_runs_without_graphs(
     assert PretendGraph.capturing is None
 
 
-def test_memory_that_runs_out_halves_the_batch(
+def test_runs_within_runs_and_weights_that_change(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Graphs of a suspended run go on being right, also where a norm's factor is computed anew meanwhile."""
+    own = model("gemma3")
+    executor, variants = ForkedExecutor(own, graphs=True), simple(own)
+    right = texts(list(ForkedExecutor(own).run(asked(own), variants)))
+    replays, refresh = Replays(monkeypatch), norms._GemmaNorm.refresh
+
+    def refreshed(norm: Any) -> None:
+        before = norm.factor if "factor" in vars(norm) else None
+        refresh(norm)
+        if before is not None and before is not norm.factor:
+            # Its memory now is somebody else's.
+            before.fill_(1e3)
+
+    monkeypatch.setattr(norms._GemmaNorm, "refresh", refreshed)
+    found = []
+    for answered in executor.run(asked(own), variants):
+        found.append(answered)
+        list(executor.run(asked(own)[:1], [CLEAN]))
+    assert texts(found) == right
+    assert replays.replayed > 50
+
+
+def test_memory_that_runs_out_for_a_layer_halves_the_batch(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     own = model("llama")
     variants = simple(own)
     right = texts(list(ForkedExecutor(own).run(asked(own), variants)))
-    begin, left = PretendGraph.capture_begin, [1]
+    run, left = graphs_module._LayerGraph.run, [1]
 
-    def capture_begin(graph: PretendGraph, **options: Any) -> None:
+    def once(graph: Any, call: Any) -> torch.Tensor:
         if left and left.pop():
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
-        begin(graph, **options)
+        return run(graph, call)
 
-    monkeypatch.setattr(PretendGraph, "capture_begin", capture_begin)
+    monkeypatch.setattr(graphs_module._LayerGraph, "run", once)
     replays = Replays(monkeypatch)
     with caplog.at_level(logging.WARNING, logger="lensprune"):
         assert texts(by_graphs(own, variants)) == right

@@ -62,7 +62,7 @@ class GroupDecoder:
     """Decodes `requests` under `variants`, as many rows at once as `limits` allow.
 
     With `marks`, which variants with positions need, the contexts are `marked`. `answered` are the (variant, request)
-    that need no rows. With `by_graphs`, steps replay CUDA graphs. Keys and values stay within the limits whatever is
+    that need no rows. Steps replay `graphs`, if there are any. Keys and values stay within the limits whatever is
     generated, but for those of a single variant, which may need more.
     """
 
@@ -77,13 +77,12 @@ class GroupDecoder:
         limits: DecodeLimits | None = None,
         answered: Collection[tuple[int, int]] = (),
         *,
-        by_graphs: bool = False,
+        graphs: LayerGraphs | None = None,
     ) -> None:
         self.peak_kv_bytes = 0
         self._model, self._stack, self._reference, self._marks = model, stack, reference, marks
         self._limits = limits
         self._device = model.facts.device
-        graphs = LayerGraphs(stack, torch.device(self._device)) if by_graphs else None
         self._run_one = stack.run_layer if graphs is None else graphs.run_layer
         self._table = RowTable.of(variants, requests, stack.n_layers)
         self._is_wanted = np.array([self._place(row) not in answered for row in range(len(self._table))])
