@@ -266,8 +266,8 @@ def test_what_cannot_be_captured_runs_without_graphs(
     assert PretendGraph.capturing is None
 
 
-def test_runs_within_runs_and_weights_that_change(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Graphs of a suspended run go on being right, also where a norm's factor is computed anew meanwhile."""
+def test_runs_within_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Graphs of a run go on being right while another one runs, and a norm's factor is computed anew."""
     own = model("gemma3")
     executor, variants = ForkedExecutor(own, graphs=True), simple(own)
     right = texts(list(ForkedExecutor(own).run(asked(own), variants)))
@@ -281,10 +281,17 @@ def test_runs_within_runs_and_weights_that_change(monkeypatch: pytest.MonkeyPatc
             before.fill_(1e3)
 
     monkeypatch.setattr(norms._GemmaNorm, "refresh", refreshed)
+    before: list[int] = []
     found = []
-    for answered in executor.run(asked(own), variants):
+
+    def on_work(*args: Any) -> None:
+        before.append(replays.replayed)
+        executor._stack.refresh()
+
+    for answered in executor.run(asked(own), variants, on_work=on_work):
         found.append(answered)
         list(executor.run(asked(own)[:1], [CLEAN]))
+    assert len({n for n in before if 0 < n < replays.replayed}) > 0
     assert texts(found) == right
     assert replays.replayed > 50
 
