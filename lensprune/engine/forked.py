@@ -208,14 +208,13 @@ class ForkedExecutor:
             start = partial(
                 GroupDecoder,
                 self.model,
-                self._stack,
+                self._stack if self._graphs is None else self._graphs,
                 [variant for variant, _ in decoded],
                 [requests[i] for i in indices],
                 reference,
                 marks,
                 self.limits,
                 answered,
-                graphs=self._graphs,
             )
             facts = {"requests": indices, "beside": beside}
             given = {"checkpoint": checkpoint, "saved": saved, "about": facts}

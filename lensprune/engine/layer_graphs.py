@@ -86,7 +86,7 @@ class LayerGraphs:
     are."""
 
     def __init__(self, stack: LayerStack, device: torch.device) -> None:
-        self._stack, self._device = stack, device
+        self.stack, self._device = stack, device
         self._calls: Counter[tuple[int, int]] = Counter()
         self._n_calls = 0
         self._sizes: dict[int, _Size] = {}
@@ -120,7 +120,7 @@ class LayerGraphs:
                     return self._captured(layer, of_size, call)
                 if of_size.graphs[layer].constants == call.constants:
                     return of_size.graphs[layer].run(call)
-        return self._stack.run_layer(layer, hidden, batch, plan, edits)
+        return self.stack.run_layer(layer, hidden, batch, plan, edits)
 
     def _of_size(self, size: int) -> _Size | None:
         """What is kept for calls of this size; ``None`` if there is no room, since others are in use."""
@@ -128,7 +128,7 @@ class LayerGraphs:
         if size not in self._sizes:
             if len(self._sizes) == MAX_SIZES:
                 oldest = min(self._sizes.values(), key=lambda own: own.used_at)
-                if oldest.used_at > self._n_calls - IDLE_STEPS * self._stack.n_layers:
+                if oldest.used_at > self._n_calls - IDLE_STEPS * self.stack.n_layers:
                     return None
                 del self._sizes[oldest.n_tokens]
             self._sizes[size] = _Size(size)
@@ -163,14 +163,14 @@ class LayerGraphs:
         def look(module: torch.nn.Module, args: tuple[torch.Tensor, ...]) -> None:
             projected.append(args[0])
 
-        hook = self._stack.projections[layer].register_forward_pre_hook(look)
+        hook = self.stack.projections[layer].register_forward_pre_hook(look)
         mode = torch.cuda.get_sync_debug_mode()
         with warnings.catch_warnings():
             # That it is a prototype.
             warnings.simplefilter("ignore")
             torch.cuda.set_sync_debug_mode("error")
         try:
-            self._stack.run_layer(layer, call.hidden, call.batch, Recorder())
+            self.stack.run_layer(layer, call.hidden, call.batch, Recorder())
         except RuntimeError as error:
             if out_of_memory(error):
                 raise
@@ -186,7 +186,7 @@ class LayerGraphs:
         """The layer's own result for the call, with which a graph that is captured now is compared."""
         padded = call.padded(of_size.n_tokens, of_size.buffer)
         watched = _Watched(call)
-        own = self._stack.run_layer(layer, padded.hidden, padded.batch, watched)
+        own = self.stack.run_layer(layer, padded.hidden, padded.batch, watched)
         try:
             of_size.graphs[layer] = self._capture(layer, of_size, padded, watched, own)
         except Exception as error:
@@ -219,7 +219,7 @@ class LayerGraphs:
         current = torch.cuda.current_stream(self._device)
         stream.wait_stream(current)
         with torch.cuda.stream(stream), seam:
-            out.copy_(self._stack.run_layer(layer, padded.hidden, padded.batch, seam))
+            out.copy_(self.stack.run_layer(layer, padded.hidden, padded.batch, seam))
         current.wait_stream(stream)
         graph = _LayerGraph(seam.graphs, padded, qkv, z, out, watched.settings)
         z.copy_(watched.z)

@@ -146,7 +146,6 @@ def attend_rows(
     more: Any = None,
     seen: Any = None,
     edges: Any = None,
-    row_from: int = 0,
 ) -> None:
     """What `row_kernel.attend_rows` does, one query after another."""
     n_kv = keys.k.shape[1]
@@ -160,7 +159,7 @@ def attend_rows(
         if more is not None:
             other = int(more.index[i])
             k, v = (torch.cat([t, own[other, :, more.first : more.end]], 1) for t, own in ((k, more.k), (v, more.v)))
-        their = i if keys.calls is None else row + row_from
+        their = i if keys.calls is None else row + keys.row_from
         if edges is not None:
             start, size, *lengths = edges.spans[their].tolist()
             seen_from, all_see = (min(max(length + edges.shift, 0), size) for length in lengths)

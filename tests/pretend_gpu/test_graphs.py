@@ -292,6 +292,8 @@ def test_runs_within_runs(monkeypatch: pytest.MonkeyPatch) -> None:
         found.append(answered)
         list(executor.run(asked(own)[:1], [CLEAN]))
     assert len({n for n in before if 0 < n < replays.replayed}) > 0
+    assert executor._graphs is not None
+    assert not executor._graphs._sizes, "memory is not given back"
     assert texts(found) == right
     assert replays.replayed > 50
 

@@ -62,29 +62,28 @@ class GroupDecoder:
     """Decodes `requests` under `variants`, as many rows at once as `limits` allow.
 
     With `marks`, which variants with positions need, the contexts are `marked`. `answered` are the (variant, request)
-    that need no rows. Steps replay `graphs`, if there are any. Keys and values stay within the limits whatever is
+    that need no rows. Steps replay graphs if `layers` are some. Keys and values stay within the limits whatever is
     generated, but for those of a single variant, which may need more.
     """
 
     def __init__(
         self,
         model: HookedModel,
-        stack: LayerStack,
+        layers: LayerStack | LayerGraphs,
         variants: Sequence[Variant],
         requests: Sequence[GenerateRequest],
         reference: ReferenceActivations | None,
         marks: Marks | None = None,
         limits: DecodeLimits | None = None,
         answered: Collection[tuple[int, int]] = (),
-        *,
-        graphs: LayerGraphs | None = None,
     ) -> None:
         self.peak_kv_bytes = 0
-        self._model, self._stack, self._reference, self._marks = model, stack, reference, marks
+        self._model, self._reference, self._marks = model, reference, marks
+        self._run_one = layers.run_layer
+        self._stack = layers.stack if isinstance(layers, LayerGraphs) else layers
         self._limits = limits
         self._device = model.facts.device
-        self._run_one = stack.run_layer if graphs is None else graphs.run_layer
-        self._table = RowTable.of(variants, requests, stack.n_layers)
+        self._table = RowTable.of(variants, requests, self._stack.n_layers)
         self._is_wanted = np.array([self._place(row) not in answered for row in range(len(self._table))])
         # Padded prompts are taken from every layer of every variant.
         prompts = self._table.prompts

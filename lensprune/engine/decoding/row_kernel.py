@@ -32,16 +32,14 @@ def attend_rows(
     more: RowKeys | None = None,
     seen: Seen | None = None,
     edges: WindowEdges | None = None,
-    row_from: int = 0,
 ) -> None:
     """Attention of one query per row, written to `z`; the new token's key and value are stored too.
 
     Args:
         new: key and value of each query's own token. They go to the last column, before `end`, of `more`, or of `keys`
             without `more`.
-        seen: attention to other keys, to be merged: that of row `keys.index[i] + row_from` for the i-th query, or of
-            row i without `keys.calls`.
-        edges: further keys, with rows numbered as in `seen`.
+        seen: attention to other keys, to be merged.
+        edges: further keys.
     """
     n_queries = len(keys.index)
     if not n_queries:
@@ -68,7 +66,7 @@ def attend_rows(
             keys.k, keys.v, *keys.k.stride()[:3], keys.index, none if keys.begins is None else keys.begins, keys.first,
             keys.end,
             second.k, second.v, *second.k.stride()[:3], second.index, second.first, second.end,
-            out, lse, *strides, group, place, row_from,
+            out, lse, *strides, group, place, keys.row_from,
             edge_k, edge_v, *edge_strides, edge_group, spans, shift,
             scaling,
             HAS_CALLS=keys.calls is not None,

@@ -16,6 +16,8 @@ class RowKeys:
 
     `begins`, by row, is the first column that is not padding; ``None``: there is no padding. `calls`: the indices of
     the queries' tokens in the call; ``None``: all of them in order. No query sees columns before `first`.
+
+    In `Seen` and `WindowEdges`, the i-th query's row is `index[i] + row_from`, or i without `calls`.
     """
 
     k: Float[torch.Tensor, "row kv_head column d_head"]
@@ -25,6 +27,7 @@ class RowKeys:
     begins: Int[torch.Tensor, " row"] | None = None
     calls: Int[torch.Tensor, " query"] | None = None
     first: int = 0
+    row_from: int = 0
 
 
 @dataclass(frozen=True)

@@ -128,8 +128,9 @@ class DecodeAttention:
         edges = self._window_edges(diverged.shared, rows.variant, rows.spans, settings)
         for (block, span), begins, (calls, places) in zip(diverged.spans(), rows.begins, tokens.blocks, strict=True):
             end = block.width + self.step + 1
-            keys = RowKeys(*block.rest, places, end, begins, calls, _first_seen(end, settings.window))
-            self._attend_rows(q, (k, v), z, keys, settings.scaling, seen=seen, edges=edges, row_from=span.start)
+            first = _first_seen(end, settings.window)
+            keys = RowKeys(*block.rest, places, end, begins, calls, first, row_from=span.start)
+            self._attend_rows(q, (k, v), z, keys, settings.scaling, seen=seen, edges=edges)
 
     def _histories_by_kernel(
         self,

@@ -82,8 +82,8 @@ def test_as_products_give(
     seen = rows(12, n_heads, d_head, dtype=dtype), torch.randn(12, n_heads, device=DEVICE)
     seen[1][5] = -torch.inf
     seen[0][5] = 0
-    keys = RowKeys(k, v, index, end, begins, calls, first)
-    kernel.attend_rows(q, new, z, keys, d_head**-0.5, seen=in_groups(*seen), row_from=3)
+    keys = RowKeys(k, v, index, end, begins, calls, first, row_from=3)
+    kernel.attend_rows(q, new, z, keys, d_head**-0.5, seen=in_groups(*seen))
     assert torch.equal(k[index, :, end - 1], new[0][calls])
     assert torch.equal(v[index, :, end - 1], new[1][calls])
     allowed = torch.arange(end, device=DEVICE) >= begins[index][:, None].clamp(min=first)
@@ -133,9 +133,9 @@ def test_edges_of_windows(kernel: ModuleType, dtype: torch.dtype, by_place: bool
     index = torch.tensor([6, 2, 3, 0, 1], device=DEVICE)
     calls = torch.tensor([1, 0, 4, 2, 3], device=DEVICE) if by_place else None
     seen = rows(n_rows, 4, 16, dtype=dtype), torch.randn(n_rows, 4, device=DEVICE)
-    keys = RowKeys(k, v, index, 8, calls=calls)
+    keys = RowKeys(k, v, index, 8, calls=calls, row_from=2 if by_place else 0)
     edges = WindowEdges(shared_k, shared_v, group, spans, shift)
-    kernel.attend_rows(q, new, z, keys, 0.25, seen=in_groups(*seen), edges=edges, row_from=2 if by_place else 0)
+    kernel.attend_rows(q, new, z, keys, 0.25, seen=in_groups(*seen), edges=edges)
     of_call = torch.arange(5, device=DEVICE) if calls is None else calls
     row = index + 2 if by_place else of_call
     start, size, length, longest = spans[row].T
