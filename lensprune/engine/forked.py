@@ -172,9 +172,13 @@ class ForkedExecutor:
         for block in blocks:
             waiting = [(variant, begin(variant)) for variant in block]
             self._score(scored, waiting, marks, reference)
-            for of_variant in self._generate(generated, waiting, marks, reference, checkpoint, beside):
-                of_variant.worked(len(requests))
-                yield of_variant.responses
+            try:
+                for of_variant in self._generate(generated, waiting, marks, reference, checkpoint, beside):
+                    of_variant.worked(len(requests))
+                    yield of_variant.responses
+            finally:
+                if self._graphs is not None:
+                    self._graphs.release()
 
     def _generate(
         self,
@@ -195,8 +199,6 @@ class ForkedExecutor:
             else:
                 yield from _complete(waiting, requests)
                 if not waiting:
-                    if self._graphs is not None:
-                        self._graphs.release()
                     return
                 missing = {i: r for i, r in requests.items() if any(done.lacks([i]) for _, done in waiting)}
                 chunks = request_chunks(missing, [v for v, _ in waiting], self.model.facts, self.limits)
