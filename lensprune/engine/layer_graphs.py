@@ -39,7 +39,7 @@ MAX_TOKENS = 4096
 """With more tokens a layer takes the GPU longer than the host, and what is computed for nobody costs time."""
 
 LEAST_STEP = 64
-"""Fewer tokens more take a GPU no longer."""
+"""A GPU takes about as long for a single token as for this many."""
 
 MAX_SIZES = 6
 """Sizes whose graphs are kept: each takes memory of its own, and a step needs a few of them."""
